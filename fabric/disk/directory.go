@@ -26,10 +26,11 @@ const syncAtATime = 8
 // probeSize is as much as a guest's file needs.
 const probeSize = 4096
 
-// directory has the JSON files of one directory, and the changes beside them that are not
-// yet safe on the disk. It is safe for concurrent use.
+// directory has the JSON files of one directory, or one of them, and the changes beside
+// them that are not yet safe on the disk. It is safe for concurrent use.
 type directory struct {
 	dir     string
+	own     string                                  // the name of the one file that it has; empty: all are its own
 	valid   func(name string, content []byte) error // reports a damaged file
 	sync    func(path string) error
 	closed  <-chan struct{} // from then on nothing changes
@@ -43,11 +44,30 @@ type directory struct {
 	untried bool            // nothing was written yet, or the last change could not be
 }
 
-func newDirectory(dir string, valid func(name string, content []byte) error, sync func(path string) error, closed <-chan struct{}) *directory {
+func newDirectory(dir, own string, valid func(name string, content []byte) error, sync func(path string) error, closed <-chan struct{}) *directory {
 	return &directory{
-		dir: dir, valid: valid, sync: sync, closed: closed, changed: signal.New(),
-		unsafe: map[string]*change{}, spare: spare{dir: dir}, lost: map[string]bool{}, untried: true,
+		dir: dir, own: own, valid: valid, sync: sync, closed: closed, changed: signal.New(),
+		unsafe: map[string]*change{}, spare: spare{start: filepath.Join(dir, tempStart+tempOf(own))}, lost: map[string]bool{}, untried: true,
 	}
+}
+
+// tempOf gives what the names of temporary files of a directory have behind tempStart and
+// before their number. Whoever has other files of the same folder uses other names.
+func tempOf(own string) string {
+	if own == "" {
+		return ""
+	}
+	return own + "-"
+}
+
+// has reports whether a file is its own.
+func (g *directory) has(name string) bool { return g.own == "" || name == g.own }
+
+// hasTemp reports whether a temporary file is its own, by what its name has behind
+// tempStart. Those of one file that have only a number are of an earlier version, and
+// nobody's now.
+func (g *directory) hasTemp(rest string) bool {
+	return g.own == "" || strings.Trim(strings.TrimPrefix(rest, tempOf(g.own)), "0123456789") == ""
 }
 
 // isClosed reports whether a channel is closed on which nothing is sent.
@@ -75,12 +95,14 @@ func (g *directory) recover() error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(g.dir, e.Name())
-		if strings.HasPrefix(e.Name(), tempStart) {
-			os.Remove(path) // if that fails, it does no harm
+		if rest, isTemp := strings.CutPrefix(e.Name(), tempStart); isTemp {
+			if g.hasTemp(rest) {
+				os.Remove(path) // if that fails, it does no harm
+			}
 			continue
 		}
 		name, isNew := strings.CutSuffix(e.Name(), suffix+newSuffix)
-		if !isNew {
+		if !isNew || !g.has(name) {
 			continue
 		}
 		content, err := os.ReadFile(path)
@@ -115,7 +137,7 @@ func (g *directory) each(use func(name string, content []byte) error) error {
 	names := map[string]bool{}
 	for _, e := range entries {
 		base, isFile := strings.CutSuffix(strings.TrimSuffix(e.Name(), newSuffix), suffix)
-		if isFile {
+		if isFile && g.has(base) {
 			names[base] = true
 		}
 	}
@@ -244,15 +266,15 @@ func writeChange(empty, path string, content []byte, again bool) error {
 // than the rest of the write. A file that had content is never used again: after a
 // power cut it could have that content back.
 type spare struct {
-	dir  string
-	path string // of the file; empty: there is none
-	last int    // number of the last file
+	start string // of the path of each, which a number ends
+	path  string // of the file; empty: there is none
+	last  int    // number of the last file
 }
 
 // next returns a path at which nothing is.
 func (s *spare) next() string {
 	s.last++
-	return filepath.Join(s.dir, tempStart+strconv.Itoa(s.last))
+	return s.start + strconv.Itoa(s.last)
 }
 
 // take returns the path of the spare file, or one at which nothing is.

@@ -53,7 +53,7 @@ func OpenRegistry(dir string, cluster *fabric.Cluster, node string, opts ...Opti
 		set(&o)
 	}
 	closed := make(chan struct{})
-	files := newDirectory(filepath.Join(dir, "addresses"), validAllocation, o.sync, closed)
+	files := newDirectory(filepath.Join(dir, "addresses"), "", validAllocation, o.sync, closed)
 	_, err := prepare(dir, files.dir, o.sync)
 	if err == nil {
 		err = files.recover()

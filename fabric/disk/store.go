@@ -67,7 +67,7 @@ func Open(dir string, opts ...Option) (*Store, error) {
 	}
 	closed := make(chan struct{})
 	s := &Store{
-		guests:    newDirectory(filepath.Join(dir, "guests"), validGuest, o.sync, closed),
+		guests:    newDirectory(filepath.Join(dir, "guests"), "", validGuest, o.sync, closed),
 		nodeFiles: &nodeFiles{dir: dir, sync: o.sync, closed: closed},
 	}
 	var err error

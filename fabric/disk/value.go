@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 )
 
-// Value keeps one value in a file of a state directory, for a part that has nothing else
-// there. It is safe for concurrent use, but only one Value at a time may have the file
-// open. Close it.
+// Value keeps one value in a file of a state directory. It is safe for concurrent use, but
+// only one Value at a time may have the file open; others may have other files of the same
+// folder. Close it.
 type Value struct {
 	name   string
 	files  *directory
@@ -29,7 +29,7 @@ func OpenValue(dir, folder, name string, opts ...Option) (*Value, error) {
 		set(&o)
 	}
 	closed := make(chan struct{})
-	v := &Value{name: name, files: newDirectory(filepath.Join(dir, folder), validValue, o.sync, closed)}
+	v := &Value{name: name, files: newDirectory(filepath.Join(dir, folder), name, validValue, o.sync, closed)}
 	_, err := prepare(dir, v.files.dir, o.sync)
 	if err == nil {
 		err = v.files.recover()
@@ -44,10 +44,7 @@ func OpenValue(dir, folder, name string, opts ...Option) (*Value, error) {
 // Get reads what was put last. It is an error if the file cannot be read; found is false
 // if there is none. A power cut may have taken the last change.
 func (v *Value) Get(into any) (found bool, err error) {
-	err = v.files.each(func(name string, content []byte) error {
-		if name != v.name {
-			return nil
-		}
+	err = v.files.each(func(_ string, content []byte) error {
 		found = true
 		return decodeAs(valueKey, content, into, valueWayOut)
 	})

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,4 +85,52 @@ func TestDamagedValue(t *testing.T) {
 		require.ErrorContains(t, err, file)
 		require.NoError(t, v.Close())
 	}
+}
+
+// TestValuesOfOneFolder: two values that have their files in one folder take nothing of each
+// other's: a file that is being written, a change that is not safe yet, what one tries.
+func TestValuesOfOneFolder(t *testing.T) {
+	dir := t.TempDir()
+	open := func(name string) *Value {
+		v, err := OpenValue(dir, "etcd", name, WithSyncDelay(time.Hour))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = v.Close() })
+		return v
+	}
+	left := filepath.Join(dir, "etcd", tempStart+"7")
+	require.NoError(t, os.MkdirAll(filepath.Dir(left), 0o700))
+	require.NoError(t, os.WriteFile(left, make([]byte, 10), 0o600))
+	seen := open("seen")
+	assert.NoFileExists(t, left, "of an earlier version, which was killed")
+	require.NoError(t, seen.Put(kept{"a", 1}))
+	spare := seen.files.spare.next()
+	require.NoError(t, os.WriteFile(spare, nil, 0o600))
+	own := open("own")
+	assert.FileExists(t, spare)
+	assert.Empty(t, own.files.unsafe)
+	holdsValue(t, own, kept{})
+
+	puts := func(v *Value, want kept) {
+		assert.NoError(t, v.Put(want))
+		var is kept
+		_, err := v.Get(&is)
+		assert.NoError(t, err)
+		assert.Equal(t, want, is)
+	}
+	var both sync.WaitGroup
+	both.Go(func() {
+		for n := range 500 {
+			puts(seen, kept{"seen", n})
+		}
+	})
+	both.Go(func() {
+		for n := range 500 {
+			own.files.mu.Lock()
+			own.files.untried = true
+			own.files.mu.Unlock()
+			assert.Empty(t, own.Diagnose(t.Context()))
+			puts(own, kept{"own", n})
+		}
+	})
+	both.Wait()
 }
