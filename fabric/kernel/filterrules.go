@@ -528,12 +528,15 @@ func (f family) quotes(set string, not bool) []expr.Any {
 	}
 }
 
+// fragmentOffset loads the offset of an IPv6 fragment, and matches no packet that is none.
+var fragmentOffset = &expr.Exthdr{DestRegister: 1, Type: unix.IPPROTO_FRAGMENT, Offset: 2, Len: 2, Op: expr.ExthdrOpIpv6}
+
 // lateFragment matches all fragments but the first. If the first is dropped, the
 // others make no packet.
 func (f family) lateFragment() []expr.Any {
 	mask, first := []byte{0x1f, 0xff}, []expr.Any{load(expr.PayloadBaseNetworkHeader, 6, 2, 1)}
 	if f.proto == unix.NFPROTO_IPV6 {
-		mask, first = []byte{0xff, 0xf8}, []expr.Any{&expr.Exthdr{DestRegister: 1, Type: unix.IPPROTO_FRAGMENT, Offset: 2, Len: 2, Op: expr.ExthdrOpIpv6}}
+		mask, first = []byte{0xff, 0xf8}, []expr.Any{fragmentOffset}
 	}
 	return append(first,
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: mask, Xor: []byte{0, 0}},

@@ -81,6 +81,7 @@ type sample struct {
 	kind     byte   // of ICMP
 	echo     uint16 // its identifier
 	late     bool   // a later fragment
+	hidden   bool   // a first fragment that ends before the ports
 }
 
 // frame is the packet with its number at the end.
@@ -106,6 +107,10 @@ func (s sample) frame(number uint32, to fabric.MAC) []byte {
 	proto := s.proto
 	if s.late && src.Is6() {
 		body, proto = append([]byte{s.proto, 0, 0x01, 0, 0, 0, 0, 1}, body...), unix.IPPROTO_FRAGMENT
+	}
+	if s.hidden { // destination options, of which eight bytes are here
+		proto = unix.IPPROTO_FRAGMENT
+		body = append([]byte{unix.IPPROTO_DSTOPTS, 0, 0, 1, 0, 0, 0, 1, s.proto, 3, 0x1e, 24, 0, 0, 0, 0}, body[len(body)-8:]...)
 	}
 	f := ipFrame(fabric.MAC{2, 0, 0, 0, 0, 0xfe}, src, dst, proto, 64, body)
 	if s.late && src.Is4() {
@@ -154,7 +159,7 @@ func (o *oracle) passes(s sample) (passes bool, reason fabric.DropReason) {
 		errors, request, reply = []byte{1, 2, 3, 4}, 128, 129
 	}
 	pass := func() (bool, fabric.DropReason) {
-		if s.late { // it has no ports
+		if s.late || s.hidden { // it has no ports
 			return true, ""
 		}
 		if o.w.Stateful && s.proto == unix.IPPROTO_UDP {
@@ -168,6 +173,9 @@ func (o *oracle) passes(s sample) (passes bool, reason fabric.DropReason) {
 	filters := filter.Drop
 	for _, r := range filter.Rules {
 		filters = filters || r.Drop
+	}
+	if filters && s.hidden {
+		return false, reason
 	}
 	if filters && (s.late || s.is(errors...)) {
 		return true, ""
@@ -248,18 +256,24 @@ func randomSample(r *rand.Rand) sample {
 	if !v4 {
 		icmp, kinds = unix.IPPROTO_ICMPV6, []byte{128, 129, 1, 2, 3}
 	}
-	return sample{
+	s := sample{
 		egress: r.IntN(2) == 0, peer: randomPeer(r, v4),
 		proto: []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_UDP, icmp, icmp, unix.IPPROTO_GRE}[r.IntN(6)],
 		from:  somePorts[r.IntN(len(somePorts))], to: somePorts[r.IntN(len(somePorts))],
 		flags: []byte{2, 2, 0x12, 0x10, 4}[r.IntN(5)], kind: kinds[r.IntN(len(kinds))], echo: uint16(r.IntN(3)),
-		late: r.IntN(12) == 0,
 	}
+	switch r.IntN(12) {
+	case 0:
+		s.late = true
+	case 1:
+		s.hidden = !v4
+	}
+	return s
 }
 
 // answer is a packet that answers s.
 func (s sample) answer() sample {
-	s.egress, s.from, s.to, s.late = !s.egress, s.to, s.from, false
+	s.egress, s.from, s.to, s.late, s.hidden = !s.egress, s.to, s.from, false, false
 	s.flags = 0x12
 	if s.is(8, 128) {
 		s.kind = map[byte]byte{8: 0, 128: 129}[s.kind]

@@ -61,7 +61,7 @@ func guardOf(p fabric.Port) *guard {
 }
 
 // guardVersion grows when a guard of the same wishes gets other rules.
-const guardVersion = 1
+const guardVersion = 2
 
 // side is one direction of the guards.
 type side struct {
@@ -134,7 +134,8 @@ func (r *ruleset) addGuards(guests []netip.Prefix, all bool) {
 			r.add("answers_"+s.way, f.is(), f.icmpType(f.reply), key(s.echo(f)...), found("echoes"+f.digit), leave())
 		}
 		r.add("answers_"+s.way, s.drop(r, s.reason))
-		s.drop(r, s.reason)
+		r.add("first_fragment_"+s.way, []expr.Any{load(expr.PayloadBaseTransportHeader, 0, 4, 1)}, leave())
+		r.add("first_fragment_"+s.way, s.drop(r, s.reason))
 	}
 	r.dynamic("new_flows", nftables.TypeIFIndex)
 	if all {
@@ -209,6 +210,8 @@ func (s side) compile(r *ruleset, w *guard, next *uint32) *guardRules {
 			}, leave())
 			g.add(f.is(), f.lateFragment(), leave())
 		}
+		// One whose extension headers leave the ports to a later one hides them from every rule (RFC 7112).
+		g.add(ipv6.is(), []expr.Any{fragmentOffset}, jump("first_fragment_"+s.way))
 	}
 	for _, rule := range filter.Rules {
 		verdict := pass

@@ -29,6 +29,7 @@ var Rows = []Row{
 	{guest, "begins something with a machine of the underlay that asked it something", "Its answers pass, and nothing that it begins.", []string{"fabric/kernel TestGuestAnswers"}},
 	{guest, "sends to loopback addresses while `route_localnet` is on and the service is open to guests", "Is not heard.", []string{"fabric/kernel TestLoopback"}},
 	{guest, "goes on sending from an address that was taken from it", "Is not heard, also when it just was.", []string{"fabric/kernel TestTakenAddress"}},
+	{guest, "hides the ports of a packet from a firewall, its own or another guest's, in a later fragment of it", "Is not let past the firewall's rules.", []string{"fabric/kernel TestFirewallRules"}},
 	{guest, "tells the node the path MTU to others", "Is believed only about packets to itself.", []string{"fabric/kernel TestPathMTU"}},
 	{guest, "fills the neighbour tables, by ARP, solicitations and echo requests from many sources", "Gets a few entries; others get theirs.", []string{"fabric/kernel TestNeighbourFlood"}},
 	{guest, "asks by DHCP without an end", "Gets as many answers as its port may; others get theirs.", []string{"fabric/kernel TestRequestFlood"}},
