@@ -136,6 +136,16 @@ func (a *Agent) keepBlackholes(ctx context.Context) {
 	_ = a.discard(ctx, left) // a condition tells of an error
 }
 
+// blackholeOf gives the blackhole of an address that has not ended; zero: there is none.
+func (s *state) blackholeOf(addr netip.Addr, now time.Time) fabric.Blackhole {
+	for _, b := range s.blackholes {
+		if b.Prefix == fabric.HostPrefix(addr) && b.Until.After(now) {
+			return b
+		}
+	}
+	return fabric.Blackhole{}
+}
+
 // blackholed lists the prefixes to which packets are to be discarded.
 func (s *state) blackholed() (all []netip.Prefix) {
 	now := s.clock()

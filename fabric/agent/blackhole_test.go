@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,6 +45,13 @@ func TestBlackhole(t *testing.T) {
 				assert.Contains(t, is, p.String())
 				assert.Equal(t, []netip.Prefix{p}, n.dataplane.Discarded())
 
+				explained := func() bool {
+					steps, err := n.Explain(t.Context(), a)
+					require.NoError(t, err)
+					return slices.ContainsFunc(steps, func(s fabric.Step) bool { return s.Step == "delivery" && !s.Good })
+				}
+				assert.True(t, explained())
+
 				n = n.again()
 				stop := n.begin()
 				moment()
@@ -55,6 +63,7 @@ func TestBlackhole(t *testing.T) {
 				moment()
 				assert.Equal(t, fabric.Normal, n.preferenceOf()[p.String()])
 				assert.Empty(t, n.dataplane.Discarded())
+				assert.False(t, explained())
 				all, err := n.Blackholes(t.Context())
 				require.NoError(t, err)
 				assert.Empty(t, all)

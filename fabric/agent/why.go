@@ -149,6 +149,7 @@ func (a *Agent) steps(ctx context.Context, addr netip.Addr, l explain.Local) []f
 	if s.draining() {
 		l.DrainingSince = s.drained
 	}
+	l.Blackhole = s.blackholeOf(addr, a.clock())
 	done()
 	if l.Sent == nil && l.SentError == nil {
 		l.Sessions, l.SentError = a.speaker.Sessions(ctx)

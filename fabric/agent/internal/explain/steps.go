@@ -22,7 +22,8 @@ type Local struct {
 	Sent          []fabric.Advertisement // of the prefix; nil: the speaker cannot tell
 	SentError     error
 	Faults        []fabric.ForwardingFault
-	FaultsError   error // why forwarding could not be tried
+	FaultsError   error            // why forwarding could not be tried
+	Blackhole     fabric.Blackhole // of the address; zero: there is none
 	// Answers to the guest's requests for its configuration, which the ports have; nil:
 	// not known.
 	Answers *Answers
@@ -53,6 +54,9 @@ func Steps(a netip.Addr, l Local) []fabric.Step {
 	default:
 		p, _ := PrefixOf(a, l.Ports)
 		steps = append(steps, announcedTo(p, l.Sessions, l.Sent)...)
+	}
+	if l.Blackhole.Prefix.IsValid() {
+		steps = append(steps, blackholeStep(l.Blackhole))
 	}
 	steps = append(steps, forwardingStep(a, faults, l.FaultsError))
 	if l.Answers != nil {
@@ -161,6 +165,14 @@ func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) fa
 		return fabric.Step{Step: "forwarding", Text: strings.Join(texts, "; ")}
 	}
 	return fabric.Step{Step: "forwarding", Good: true, Text: fmt.Sprintf("%s packets pass between the underlay and a port, tried now", familyOf(a))}
+}
+
+// blackholeStep says until when packets to the address are discarded. They are on purpose,
+// and the address is not reached all the same.
+func blackholeStep(b fabric.Blackhole) fabric.Step {
+	text := fmt.Sprintf("packets to %s are discarded since %s, until %s; lift its blackhole to have them sooner",
+		b.Prefix.Addr(), b.Since.Format(time.DateTime), b.Until.Format(time.DateTime))
+	return fabric.Step{Step: "delivery", Text: text}
 }
 
 // dropStep says what the node dropped of a port, the last first. A filter does its work,

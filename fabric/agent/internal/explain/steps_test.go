@@ -130,6 +130,16 @@ func TestPrefixOf(t *testing.T) {
 }
 
 // TestDropStep names what was dropped last first, and is no fault.
+func TestBlackholeStep(t *testing.T) {
+	for _, a := range []netip.Addr{four, six} {
+		hole := fabric.Blackhole{Prefix: fabric.HostPrefix(a), Since: noon, Until: noon.Add(time.Hour)}
+		steps := Steps(a, Local{Node: "node1", Ports: []fabric.PortEntry{web()}, Blackhole: hole})
+		want := fabric.Step{Step: "delivery", Node: "node1", Text: "packets to " + a.String() +
+			" are discarded since 2026-11-30 12:00:00, until 2026-11-30 13:00:00; lift its blackhole to have them sooner"}
+		assert.Contains(t, steps, want)
+	}
+}
+
 func TestDropStep(t *testing.T) {
 	port := web()
 	port.Drops = []fabric.Drops{
