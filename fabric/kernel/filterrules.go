@@ -533,14 +533,19 @@ var fragmentOffset = &expr.Exthdr{DestRegister: 1, Type: unix.IPPROTO_FRAGMENT, 
 
 // lateFragment matches all fragments but the first. If the first is dropped, the
 // others make no packet.
-func (f family) lateFragment() []expr.Any {
+func (f family) lateFragment() []expr.Any { return f.fragmentAt(expr.CmpOpNeq, 0) }
+
+// fragmentAt compares the offset of a fragment, in units of eight bytes. An IPv6 packet
+// that is no fragment does not match.
+func (f family) fragmentAt(op expr.CmpOp, offset uint16) []expr.Any {
 	mask, first := []byte{0x1f, 0xff}, []expr.Any{load(expr.PayloadBaseNetworkHeader, 6, 2, 1)}
 	if f.proto == unix.NFPROTO_IPV6 {
 		mask, first = []byte{0xff, 0xf8}, []expr.Any{fragmentOffset}
+		offset <<= 3 // reserved bits and the flag follow it
 	}
 	return append(first,
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: mask, Xor: []byte{0, 0}},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}})
+		&expr.Cmp{Op: op, Register: 1, Data: binary.BigEndian.AppendUint16(nil, offset)})
 }
 
 // destinationIs matches a destination that is of a kind (RTN_*) in the routing

@@ -81,6 +81,7 @@ type sample struct {
 	kind     byte   // of ICMP
 	echo     uint16 // its identifier
 	late     bool   // a later fragment
+	second   bool   // that one begins eight bytes behind the first
 	hidden   bool   // a first fragment that ends before the ports
 }
 
@@ -105,8 +106,12 @@ func (s sample) frame(number uint32, to fabric.MAC) []byte {
 	body = append(body, "samp"...)
 	body = binary.BigEndian.AppendUint32(body, number)
 	proto := s.proto
+	offset := uint16(32) // in units of eight bytes
+	if s.second {
+		offset = 1
+	}
 	if s.late && src.Is6() {
-		body, proto = append([]byte{s.proto, 0, 0x01, 0, 0, 0, 0, 1}, body...), unix.IPPROTO_FRAGMENT
+		body, proto = append([]byte{s.proto, 0, byte(offset >> 5), byte(offset << 3), 0, 0, 0, 1}, body...), unix.IPPROTO_FRAGMENT
 	}
 	if s.hidden { // destination options, of which eight bytes are here
 		proto = unix.IPPROTO_FRAGMENT
@@ -115,7 +120,7 @@ func (s sample) frame(number uint32, to fabric.MAC) []byte {
 	f := ipFrame(fabric.MAC{2, 0, 0, 0, 0, 0xfe}, src, dst, proto, 64, body)
 	if s.late && src.Is4() {
 		head := f[14:34]
-		head[7] = 32
+		head[7] = byte(offset)
 		head[10], head[11] = 0, 0
 		binary.BigEndian.PutUint16(head[10:], ^packets.Sum(0, head))
 	}
@@ -174,7 +179,7 @@ func (o *oracle) passes(s sample) (passes bool, reason fabric.DropReason) {
 	for _, r := range filter.Rules {
 		filters = filters || r.Drop
 	}
-	if filters && s.hidden {
+	if filters && (s.hidden || s.late && s.second) {
 		return false, reason
 	}
 	if filters && (s.late || s.is(errors...)) {
@@ -264,7 +269,7 @@ func randomSample(r *rand.Rand) sample {
 	}
 	switch r.IntN(12) {
 	case 0:
-		s.late = true
+		s.late, s.second = true, r.IntN(2) == 0
 	case 1:
 		s.hidden = !v4
 	}
@@ -273,7 +278,7 @@ func randomSample(r *rand.Rand) sample {
 
 // answer is a packet that answers s.
 func (s sample) answer() sample {
-	s.egress, s.from, s.to, s.late, s.hidden = !s.egress, s.to, s.from, false, false
+	s.egress, s.from, s.to, s.late, s.second, s.hidden = !s.egress, s.to, s.from, false, false, false
 	s.flags = 0x12
 	if s.is(8, 128) {
 		s.kind = map[byte]byte{8: 0, 128: 129}[s.kind]

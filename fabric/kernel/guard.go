@@ -134,6 +134,10 @@ func (r *ruleset) addGuards(guests []netip.Prefix, all bool) {
 			r.add("answers_"+s.way, f.is(), f.icmpType(f.reply), key(s.echo(f)...), found("echoes"+f.digit), leave())
 		}
 		r.add("answers_"+s.way, s.drop(r, s.reason))
+		for _, f := range []family{ipv4, ipv6} {
+			// It would be put over the first one's flags of TCP (RFC 3128). Nobody sends eight bytes first.
+			r.add("later_fragment_"+s.way, f.is(), f.fragmentAt(expr.CmpOpEq, 1), s.drop(r, s.reason))
+		}
 		r.add("first_fragment_"+s.way, []expr.Any{load(expr.PayloadBaseTransportHeader, 0, 4, 1)}, leave())
 		r.add("first_fragment_"+s.way, s.drop(r, s.reason))
 	}
@@ -205,10 +209,10 @@ func (s side) compile(r *ruleset, w *guard, next *uint32) *guardRules {
 	drop := goTo(droppedChain(s.reason, s.direction == fabric.Ingress))
 	if filter.Filters() {
 		for _, f := range []family{ipv4, ipv6} {
+			g.add(f.is(), f.lateFragment(), goTo("later_fragment_"+s.way)) // what is read of it as a header is its sender's choice
 			g.add(f.is(), protocol(f.icmp), []expr.Any{
 				load(expr.PayloadBaseTransportHeader, 0, 1, 1), &expr.Lookup{SourceRegister: 1, SetName: "icmp_errors" + f.digit},
 			}, leave())
-			g.add(f.is(), f.lateFragment(), leave())
 		}
 		// One whose extension headers leave the ports to a later one hides them from every rule (RFC 7112).
 		g.add(ipv6.is(), []expr.Any{fragmentOffset}, jump("first_fragment_"+s.way))
